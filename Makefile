@@ -1,0 +1,64 @@
+# amortlit: `make help` lists what there is.
+VENV   ?= .venv
+PYTHON ?= python3
+PAPERS ?=
+SCALE  ?= cpu
+JOBS   ?= 2
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run status test lab lint export publish peers hooks clean
+
+help: ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@echo
+	@echo 'make run                                   the starter papers at scale cpu'
+	@echo 'make run PAPERS=all                        every paper that has a notebook'
+	@echo 'make run PAPERS="transport.*" SCALE=gpu    a chapter, at the scale of a GPU'
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "amortlit needs Python 3.11 or newer; set PYTHON=python3.12, say")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,peers]'
+	@touch $@
+
+setup: $(READY) ## make .venv with everything that the targets below need
+
+run: $(READY) ## execute papers whose results are not up to date: PAPERS, SCALE, JOBS; stop it at any time, it goes on where it ended
+	@$(BIN)/amortlit run $(PAPERS) --scale $(SCALE) --jobs $(JOBS); code=$$?; $(BIN)/amortlit status; exit $$code
+
+status: $(READY) ## the scoreboard
+	@$(BIN)/amortlit status
+
+test: $(READY) ## every test, and every notebook at scale smoke (no download)
+	$(BIN)/python -m pytest
+
+lab: $(READY) ## JupyterLab on nbs/
+	$(BIN)/jupyter lab --notebook-dir=nbs
+
+lint: $(READY) ## the shape of the pages, and ruff
+	$(BIN)/amortlit lint
+	$(BIN)/ruff check nbs tests
+
+export: $(READY) ## notebooks to modules, cleaned
+	$(BIN)/nbdev_export
+	$(BIN)/nbdev_clean
+
+publish: $(READY) ## put the last runs of PAPERS into their pages, and renew README
+	$(BIN)/amortlit publish $(PAPERS)
+
+.venv-gfn/.ready:
+	$(PYTHON) -m venv .venv-gfn
+	.venv-gfn/bin/python -m pip install --quiet --disable-pip-version-check 'torch==2.13.0' 'torchgfn==2.4.1' 'numpy<2'
+	@touch $@
+
+peers: .venv-gfn/.ready ## .venv-gfn: torchgfn, a peer that needs an older numpy and so an environment of its own
+
+hooks: $(READY) ## git hooks (clean, export, lint) and the merge driver for notebooks
+	git config core.hooksPath .githooks
+	git config merge.nbdev-merge.name 'resolve conflicts with nbdev_fix'
+	git config merge.nbdev-merge.driver '$(BIN)/nbdev_merge %O %A %B %P'
+
+clean: ## remove results of runs (not what is published)
+	rm -rf _runs
