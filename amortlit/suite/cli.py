@@ -91,12 +91,12 @@ def lint(
     typer.echo("\n".join([*map(str, found if notes else errors), f"{len(errors)} errors, {len(found) - len(errors)} notes"]))
     if errors: raise typer.Exit(1)
 
-# %% ../../nbs/suite/cli.ipynb #aa35ed71
+# %% ../../nbs/suite/cli.ipynb #84755643
 @app.command()
 def publish(
     patterns: Patterns = None,
     scale: Annotated[str | None, typer.Option(help="Which run; the largest scale that has one unless given.")] = None,
-    pages: Annotated[bool, typer.Option("--pages", help="Execute the front page and the chapters' indexes anew.")] = True,
+    floor: Annotated[bool, typer.Option("--floor", help="Execute the notebooks of core and suite anew, too.")] = False,
 ):
     "Put a run's outputs into its notebook, and its figures, tables and record into figures/; then renew the front page and README."
     from amortlit.suite import catalog
@@ -104,9 +104,9 @@ def publish(
     root = _root()
     for paper in catalog.select(patterns or [], root):
         typer.echo(f"{paper.name}: {'published' if publishing.publish(paper, root, scale) else 'unchanged'}")
-    if pages:
-        for page in [*sorted((root / "nbs").glob("*/index.ipynb")), root / "nbs" / "index.ipynb"]: publishing.execute_page(page, root)
-        typer.echo(f"README.md: {'renewed' if publishing.readme(root) else 'unchanged'}")
+    floors = [p for part in ("core", "suite") for p in sorted((root / "nbs" / part).glob("*.ipynb"))] if floor else []
+    for page in [*floors, *sorted((root / "nbs").glob("*/index.ipynb")), root / "nbs" / "index.ipynb"]: publishing.execute_page(page, root)
+    typer.echo(f"README.md: {'renewed' if publishing.readme(root) else 'unchanged'}")
 
 @app.command()
 def new(name: Annotated[str, typer.Argument(help="chapter.slug of a paper in nbs/catalog.toml.")]):

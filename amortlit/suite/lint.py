@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ROOMS', 'CARD', 'PARAMETERS', 'ERRORS', 'NOTES', 'Finding', 'Cell', 'read_page', 'rooms', 'head', 'parameters',
            'claims_first', 'study_calls', 'exercises', 'exports', 'prose', 'habits', 'unfinished', 'outputs', 'lengths',
-           'sizes', 'lint_page', 'lint_imports', 'lint_twice', 'lint_export', 'lint']
+           'sizes', 'lint_page', 'lint_imports', 'lint_twice', 'lint_outputs', 'lint_export', 'lint']
 
 # %% ../../nbs/suite/lint.ipynb #3fc4ea71
 import ast
@@ -256,7 +256,7 @@ def sizes(cells: list[Cell]) -> Iterator[tuple]:
         if not silent and not isinstance(last, (ast.Expr, ast.Assert, ast.FunctionDef, ast.Import, ast.ImportFrom)): yield c.index, "the last line shows nothing"
         if any(isinstance(n, ast.For) and getattr(n.target, "id", "") == "seed" for n in ast.walk(c.tree)): yield c.index, "a loop over seeds that could be a batch"
 
-# %% ../../nbs/suite/lint.ipynb #7d71cbeb
+# %% ../../nbs/suite/lint.ipynb #c6cfbb6d
 ERRORS = (head, parameters, rooms, claims_first, study_calls, exercises, exports, prose, habits, unfinished, outputs, lengths)
 NOTES = (sizes,)
 
@@ -300,6 +300,12 @@ def lint_twice(root: Path) -> list[Finding]:
                 if first != path: findings.append(Finding("error", f"{path.parent.name}.{path.stem}", c.index, f"{node.name} stands in {first.parent.name}.{first.stem} too; it belongs into core"))
     return findings
 
+def lint_outputs(root: Path) -> list[Finding]:
+    "What the pages that are no papers publish: indexes, the floor, the suite."
+    papers = {p.notebook(root) for p in catalog.papers(root)}
+    pages = [p for p in sorted((Path(root) / "nbs").rglob("*.ipynb")) if p not in papers]
+    return [Finding("error", f"{p.parent.name}.{p.stem}", i, message) for p in pages for i, message in outputs(read_page(p))]
+
 def lint_export(root: Path) -> list[Finding]:
     "nbdev_export would change nothing; skipped with a note where nbdev is not installed."
     try:
@@ -325,4 +331,4 @@ def lint(
 ) -> list[Finding]:
     "Errors and notes of the chosen papers and of the project as a whole."
     pages = [f for p in catalog.select(list(patterns), root) for f in lint_page(p.notebook(root))]
-    return pages + lint_imports(root) + lint_twice(root) + lint_export(root)
+    return pages + lint_outputs(root) + lint_imports(root) + lint_twice(root) + lint_export(root)

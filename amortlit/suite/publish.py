@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['with_outputs', 'write_notebook', 'run_folder', 'publish', 'execute_page', 'readme']
 
-# %% ../../nbs/suite/publish.ipynb #a6cc33e1
+# %% ../../nbs/suite/publish.ipynb #3efdbfe9
 import copy
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -104,7 +105,7 @@ def publish(
     changed = [write_notebook(page, notebook), _copy_results(folder, paper.published(root))]
     return any(changed)
 
-# %% ../../nbs/suite/publish.ipynb #5d3137cb
+# %% ../../nbs/suite/publish.ipynb #62c7f83c
 def execute_page(
     path: Path,  # an index or a floor notebook
     root: Path,  # the project's root
@@ -112,8 +113,10 @@ def execute_page(
     "Execute a page in place; RuntimeError of nbclient if a cell fails."
     import nbformat
     from nbclient import NotebookClient
-    notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(root)}}).execute()
+    from traitlets.config import Config
+    os.environ["AMORTLIT_QUIET"] = "1"
+    notebook, sockets = nbformat.read(path, as_version=4), Config(KernelManager={"transport": "ipc"})
+    NotebookClient(notebook, timeout=300, kernel_name="python3", config=sockets, resources={"metadata": {"path": str(root)}}).execute()
     ran = json.loads(nbformat.writes(notebook))
     for cell in ran["cells"]: cell["source"] = "".join(cell["source"])
     return write_notebook(with_outputs(catalog.read_notebook(path), ran), path)
