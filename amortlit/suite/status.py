@@ -58,7 +58,7 @@ def failures(
     named = [(p.parts[-4], f"{p.parts[-3]}.{p.parts[-2].removesuffix('.failed')}", p) for p in found]
     return [{"scale": scale, "paper": name, **json.loads(p.read_text())} for scale, name, p in named]
 
-# %% ../../nbs/suite/status.ipynb #00c4c58e
+# %% ../../nbs/suite/status.ipynb #2b6a2948
 def tally(
     record: dict | None,  # a paper's record
 ) -> str:                 # e.g. 3 reproduced, 1 partly
@@ -69,7 +69,7 @@ def tally(
 def _row(status, root, prefix):
     if status.state == "to come": return [status.paper.title, "", "–", "–", status.state]
     card, r = catalog.card(status.paper.notebook(root)), status.record
-    run = f"{r['scale']}, {r['device']}, {r['wall_seconds']:.0f} s" if r else "–"
+    run = f"scale {r['scale']} on {r['device']}, {r['wall_seconds']:.0f} s" if r else "–"
     link = f"[{card['name']}]({prefix}{status.paper.slug}.ipynb)"
     return [link, card["line"], tally(r), run, status.state]
 
@@ -85,7 +85,7 @@ def scoreboard(
 def gallery(
     root: Path,         # the project's root
     names: list[str],   # chapter.slug of the papers to show
-    width: int = 320,   # of a thumbnail, in pixels
+    width: int = 640,   # of a picture, in pixels
 ) -> str:               # Markdown; paths relative to nbs/
     "A thumbnail, a name and the verdicts of each chosen paper that is published."
     shown = [s for s in statuses(root) if s.paper.name in names and s.record and s.record["figures"]]
