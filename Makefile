@@ -26,7 +26,7 @@ $(READY): pyproject.toml constraints.txt
 setup: $(READY) ## make .venv with everything that the targets below need
 
 run: $(READY) ## execute papers whose results are not up to date: PAPERS, SCALE, JOBS; stop it at any time, it goes on where it ended
-	@$(BIN)/amortlit run $(PAPERS) --scale $(SCALE) --jobs $(JOBS); code=$$?; $(BIN)/amortlit status; exit $$code
+	@$(BIN)/amortlit run $(PAPERS) --scale $(SCALE) --jobs $(JOBS)
 
 status: $(READY) ## the scoreboard
 	@$(BIN)/amortlit status

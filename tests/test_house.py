@@ -212,6 +212,8 @@ def test_a_fresh_page_runs_and_publishes(tmp_path):
     notebook = new("transport.projektor", root)
     (outcome,) = run([notebook], root=root, scale="smoke", jobs=1)
     assert outcome.ok, outcome.message
+    assert "transport/projektor/projektor.ipynb" in status.run_scoreboard(root, "smoke")
+    assert any(line.startswith("transport.projektor") and "run at smoke" in line for line in status.lines(root))
     paper = next(p for p in catalog.papers(root) if p.name == "transport.projektor")
     assert publish(paper, root, "smoke") and not publish(paper, root, "smoke")
     page = catalog.read_notebook(notebook)

@@ -37,7 +37,7 @@ def _value(text):
     try: return json.loads(text)
     except ValueError: return text
 
-# %% ../../nbs/suite/cli.ipynb #8ddc42e5
+# %% ../../nbs/suite/cli.ipynb #b0345620
 @app.command()
 def run(
     patterns: Patterns = None,
@@ -59,7 +59,18 @@ def run(
     notebooks = [p.notebook(root) for p in catalog.select(patterns or [], root)]
     outcomes = rerun.run(notebooks, root=root, scale=scale, seed=seed, device=device, overrides=_overrides(parameter), jobs=jobs,
                          force=force, timeout=timeout, cell_timeout=cell_timeout, mem_mb=mem_mb)
+    _verdicts(root, scale, [outcome.name for outcome in outcomes])
     if not all(outcome.ok for outcome in outcomes): raise typer.Exit(1)
+
+def _verdicts(root, scale, names):
+    "What the runs say, on the terminal and in a file."
+    from amortlit.suite.status import run_scoreboard, runs, tally
+    for record in runs(root, scale):
+        if record["paper"] in names: typer.echo(f"{record['paper']:42} {tally(record)}")
+    board = root / "_runs" / scale / "scoreboard.md"
+    board.parent.mkdir(parents=True, exist_ok=True)
+    board.write_text(run_scoreboard(root, scale))
+    typer.echo(f"scoreboard: {board.relative_to(root)}")
 
 # %% ../../nbs/suite/cli.ipynb #945031a2
 @app.command()
