@@ -26,7 +26,7 @@ $(READY): pyproject.toml constraints.txt
 setup: $(READY) ## make .venv with everything that the targets below need
 
 run: $(READY) ## execute papers whose results are not up to date: PAPERS, SCALE, JOBS; stop it at any time, it goes on where it ended
-	@$(BIN)/amortlit run $(PAPERS) --scale $(SCALE) --jobs $(JOBS)
+	@set -f; $(BIN)/amortlit run $(PAPERS) --scale $(SCALE) --jobs $(JOBS)
 
 status: $(READY) ## the scoreboard
 	@$(BIN)/amortlit status
@@ -46,7 +46,7 @@ export: $(READY) ## notebooks to modules, cleaned
 	$(BIN)/nbdev_clean
 
 publish: $(READY) ## put the last runs of PAPERS into their pages, and renew README
-	$(BIN)/amortlit publish $(PAPERS)
+	@set -f; $(BIN)/amortlit publish $(PAPERS)
 
 .venv-gfn/.ready:
 	$(PYTHON) -m venv .venv-gfn
