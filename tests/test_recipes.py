@@ -36,9 +36,9 @@ def test_mmlu_pro_responses_is_made_byte_by_byte(tmp_path):
     if not mirror: pytest.skip("the set is not here")
     made = recipe("mmlu_pro_responses")
     frames = made.build(dict(archives_of(data.load("mmlu_pro_responses"), tmp_path)))
-    for name, frame in zip(("responses", "items"), frames, strict=True):
-        made.write(frame, tmp_path / f"{name}.csv.gz")
-        assert (tmp_path / f"{name}.csv.gz").read_bytes() == mirror[name].read_bytes(), name
+    files = made.checked({f"{name}.csv.gz": made.packed(frame) for name, frame in zip(("responses", "items"), frames, strict=True)})
+    assert files == {path.name: path.read_bytes() for path in mirror.values()}
+    with pytest.raises(ValueError, match="nothing was written"): made.checked(files | {"items.csv.gz": b"other"})
 
 
 def test_every_derived_set_has_its_recipe():

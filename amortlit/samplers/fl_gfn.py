@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['KINDS', 'set_log_partition', 'SetGFN', 'balance_residuals', 'train_set_gfn']
 
-# %% ../../nbs/samplers/fl_gfn.ipynb #0b915ac9
+# %% ../../nbs/samplers/fl_gfn.ipynb #c8bce21f
 import torch
+from fastcore.basics import patch
 from torch import Tensor, nn
 
 from ..core.checks import finite, require, shaped
@@ -66,7 +67,7 @@ class SetGFN(nn.Module):
         log_pf, log_pb = add.masked_fill(taken, _NEVER), remove.masked_fill(~taken, _NEVER)
         return log_pf.log_softmax(-1), log_pb.log_softmax(-1), flow.squeeze(-1)
 
-# %% ../../nbs/samplers/fl_gfn.ipynb #62472eec
+# %% ../../nbs/samplers/fl_gfn.ipynb #732130ee
 def _rollout(logits, state, length, explore, generator):
     "States (..., length + 1, n) and actions (..., length) from (..., n) on; explore broadcasts against (...)."
     shape, states, actions = (length, *state.shape), [state], []
@@ -80,7 +81,8 @@ def _rollout(logits, state, length, explore, generator):
         actions.append(action)
     return torch.stack(states, -2), torch.cat(actions, -1)
 
-def _sample(
+@patch
+def sample(
     self: SetGFN,
     n_traj: int,             # number of trajectories
     *,
@@ -95,8 +97,6 @@ def _sample(
     weight = next(self.parameters())
     empty = torch.zeros(n_traj, self.n, dtype=weight.dtype, device=weight.device)
     with torch.no_grad(): return _rollout(self.logits, empty, length, explore, generator)
-
-SetGFN.sample = _sample
 
 # %% ../../nbs/samplers/fl_gfn.ipynb #67058d0c
 KINDS = ("db", "fl_db", "tb", "subtb", "fl_subtb")

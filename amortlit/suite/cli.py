@@ -37,7 +37,7 @@ def _value(text):
     try: return json.loads(text)
     except ValueError: return text
 
-# %% ../../nbs/suite/cli.ipynb #b0345620
+# %% ../../nbs/suite/cli.ipynb #6e5b35a6
 @app.command()
 def run(
     patterns: Patterns = None,
@@ -59,11 +59,11 @@ def run(
     notebooks = [p.notebook(root) for p in catalog.select(patterns or [], root)]
     outcomes = rerun.run(notebooks, root=root, scale=scale, seed=seed, device=device, overrides=_overrides(parameter), jobs=jobs,
                          force=force, timeout=timeout, cell_timeout=cell_timeout, mem_mb=mem_mb)
-    _verdicts(root, scale, [outcome.name for outcome in outcomes])
+    _verdicts(root, scale, [outcome.name for outcome in outcomes if outcome.ok])
     if not all(outcome.ok for outcome in outcomes): raise typer.Exit(1)
 
 def _verdicts(root, scale, names):
-    "What the runs say, on the terminal and in a file."
+    "What the runs that succeeded say, on the terminal; and every result that is there, in a file."
     from amortlit.suite.status import run_scoreboard, runs, tally
     for record in runs(root, scale):
         if record["paper"] in names: typer.echo(f"{record['paper']:42} {tally(record)}")

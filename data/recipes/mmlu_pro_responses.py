@@ -5,6 +5,7 @@ whether the parsed answer was right, and writes responses.csv.gz and items.csv.g
 The result is accepted only if both files have the sha256 of data/registry.toml.
 """
 import gzip
+import hashlib
 import io
 import json
 import sys
@@ -43,19 +44,26 @@ def build(archives: dict[str, Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
     return pd.DataFrame(columns).sort_index().rename_axis("question_id").reset_index(), pd.DataFrame(items)
 
 
-def write(frame: pd.DataFrame, path: Path):
+def packed(frame: pd.DataFrame) -> bytes:
     "A csv.gz whose bytes depend on its content alone."
     buffer = io.BytesIO()
     with gzip.GzipFile(filename="", mode="wb", compresslevel=9, fileobj=buffer, mtime=0) as file: file.write(frame.to_csv(index=False).encode())
-    path.write_bytes(buffer.getvalue())
+    return buffer.getvalue()
+
+
+def checked(files: dict[str, bytes]) -> dict[str, bytes]:
+    "The files, if each has the sha256 of the registry; ValueError otherwise."
+    for name, expected in data.entry("mmlu_pro_responses")["files"].items():
+        actual = hashlib.sha256(files[name]).hexdigest()
+        if actual != expected: raise ValueError(f"{name} came out with sha256 {actual[:12]}..., the registry expects {expected[:12]}...; nothing was written")
+    return files
 
 
 def main(folder: Path):
     import pooch
-    folder.mkdir(parents=True, exist_ok=True)
     archives = {m: Path(pooch.retrieve(ARCHIVE.format(commit=COMMIT, model=m), known_hash=None, path=folder / "archives", progressbar=True)) for m in MODELS}
-    for name, frame in zip(("responses", "items"), build(archives), strict=True): write(frame, folder / f"{name}.csv.gz")
-    data.find("mmlu_pro_responses")
+    files = {f"{name}.csv.gz": packed(frame) for name, frame in zip(("responses", "items"), build(archives), strict=True)}
+    for name, content in checked(files).items(): (folder / name).write_bytes(content)
     print(f"written to {folder}")
 
 
