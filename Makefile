@@ -8,7 +8,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run status test lab lint export publish peers hooks clean
+.PHONY: help setup run status test lab docs reproduce lint export publish peers hooks clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -20,7 +20,7 @@ help: ## this list
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "amortlit needs Python 3.11 or newer; set PYTHON=python3.12, say")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,peers]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,peers,docs]'
 	@touch $@
 
 setup: $(READY) ## make .venv with everything that the targets below need
@@ -36,6 +36,14 @@ test: $(READY) ## every test, and every notebook at scale smoke (no download)
 
 lab: $(READY) ## JupyterLab on nbs/
 	$(BIN)/jupyter lab --notebook-dir=nbs
+
+docs: $(READY) ## the site in _site/, from what is published; nothing is executed
+	$(BIN)/amortlit docs
+
+reproduce: $(READY) ## the whole promise: execute every notebook at SCALE, publish, build the site; stop it at any time and call it again
+	@set -f; $(BIN)/amortlit run $(or $(PAPERS),all) --scale $(SCALE) --jobs $(JOBS)
+	@set -f; $(BIN)/amortlit publish $(or $(PAPERS),all) --scale $(SCALE)
+	$(BIN)/amortlit docs
 
 lint: $(READY) ## the shape of the pages, and ruff
 	$(BIN)/amortlit lint
@@ -60,5 +68,5 @@ hooks: $(READY) ## git hooks (clean, export, lint) and the merge driver for note
 	git config merge.nbdev-merge.name 'resolve conflicts with nbdev_fix'
 	git config merge.nbdev-merge.driver '$(BIN)/nbdev_merge %O %A %B %P'
 
-clean: ## remove results of runs (not what is published)
-	rm -rf _runs
+clean: ## remove results of runs and the site (not what is published)
+	rm -rf _runs _site _docs

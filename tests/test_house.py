@@ -209,12 +209,12 @@ def test_a_fresh_page_runs_and_publishes(tmp_path):
     from amortlit.suite.rerun import run
 
     root = copy_of_project(tmp_path)
-    notebook = new("transport.projektor", root)
+    paper = next(p for p in reversed(catalog.papers(root)) if not p.notebook(root).is_file())
+    notebook = new(paper.name, root)
     (outcome,) = run([notebook], root=root, scale="smoke", jobs=1)
     assert outcome.ok, outcome.message
-    assert "transport/projektor/projektor.ipynb" in status.run_scoreboard(root, "smoke")
-    assert any(line.startswith("transport.projektor") and "run at smoke" in line for line in status.lines(root))
-    paper = next(p for p in catalog.papers(root) if p.name == "transport.projektor")
+    assert f"{paper.chapter}/{paper.slug}/{paper.slug}.ipynb" in status.run_scoreboard(root, "smoke")
+    assert any(line.startswith(paper.name) and "run at smoke" in line for line in status.lines(root))
     assert publish(paper, root, "smoke") and not publish(paper, root, "smoke")
     page = catalog.read_notebook(notebook)
     assert any(c.get("outputs") for c in page["cells"]) and not any("injected-parameters" in c["metadata"].get("tags", []) for c in page["cells"])

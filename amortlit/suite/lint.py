@@ -72,7 +72,7 @@ def _parse(cell, path):
     try: cell.tree
     except SyntaxError as error: raise ValueError(f"{Path(path).name} cell {cell.index} is not plain Python: {error.msg} (no magics, no shell lines)") from None
 
-# %% ../../nbs/suite/lint.ipynb #306e3c7b
+# %% ../../nbs/suite/lint.ipynb #903f9b9a
 ROOMS = ("Claims", "The idea", "The method", "Is it right?", "The experiment", "The figure", "Verdict",
          "Where this departs from the paper", "Cost", "Exercises")
 CARD = ("Paper", "Authors", "Year", "Link", "Official code")
@@ -87,6 +87,7 @@ def head(cells: list[Cell]) -> Iterator[tuple]:
     "Title, one line and card; the module's name."
     text = [c.source for c in cells[:2]] + ["", ""]
     if not re.match(r"# .+\n+> .+", text[0]): yield 0, "the first cell must be '# name' and '> one line'"
+    if "$" in text[0].partition("> ")[2].partition("\n")[0]: yield 0, "the one line stands on cards and in lists: no formulas in it"
     missing = [row for row in CARD if not re.search(rf"^\| *{row} *\|", text[1], re.M)]
     if missing: yield 1, f"the card lacks {', '.join(missing)}"
     if not any(re.match(r"#\| default_exp \w+\.\w+", c.source) for c in cells): yield None, "there is no cell '#| default_exp chapter.slug'"

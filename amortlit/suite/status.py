@@ -60,7 +60,7 @@ def failures(
     named = [(p.parts[-4], f"{p.parts[-3]}.{p.parts[-2].removesuffix('.failed')}", p) for p in found]
     return [{"scale": scale, "paper": name, **json.loads(p.read_text())} for scale, name, p in named]
 
-# %% ../../nbs/suite/status.ipynb #2b6a2948
+# %% ../../nbs/suite/status.ipynb #32671a08
 def tally(
     record: dict | None,  # a paper's record
 ) -> str:                 # e.g. 3 reproduced, 1 partly
@@ -80,7 +80,7 @@ def scoreboard(
     chapter: str | None = None,  # one chapter, with its papers to come; else all papers that are written
 ) -> str:                        # Markdown; links relative to nbs/, or to the chapter's folder
     "One line a paper: what it makes possible, its verdicts, its reference run, the state of its page."
-    shown = [s for s in statuses(root) if (s.paper.chapter == chapter if chapter else s.state != "to come")]
+    shown = [page_status(p, root) for p in catalog.reading_order(chapter, root)] if chapter else [s for s in statuses(root) if s.state != "to come"]
     rows = [_row(s, root, "" if chapter else f"{s.paper.chapter}/") for s in shown]
     return markdown_table(["paper", "in one line", "claims", "reference run", "page"], rows)
 
