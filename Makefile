@@ -21,6 +21,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "amortlit needs Python 3.11 or newer; set PYTHON=python3.12, say")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,peers,docs]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps torchcfm==1.0.7  # a peer whose dependencies would bring another torch
 	@touch $@
 
 setup: $(READY) ## make .venv with everything that the targets below need
@@ -61,7 +62,12 @@ publish: $(READY) ## put the last runs of PAPERS into their pages, and renew REA
 	.venv-gfn/bin/python -m pip install --quiet --disable-pip-version-check 'torch==2.13.0' 'torchgfn==2.4.1' 'numpy<2'
 	@touch $@
 
-peers: .venv-gfn/.ready ## .venv-gfn: torchgfn, a peer that needs an older numpy and so an environment of its own
+.venv-ott/.ready:
+	$(PYTHON) -m venv .venv-ott
+	.venv-ott/bin/python -m pip install --quiet --disable-pip-version-check 'jax==0.10.2' 'jaxlib==0.10.2' 'ott-jax[neural]==0.6.0' 'flax==0.12.8' 'optax==0.2.8' 'diffrax==0.7.2'
+	@touch $@
+
+peers: .venv-gfn/.ready .venv-ott/.ready ## environments for two peers that do not go with the rest: torchgfn and OTT
 
 hooks: $(READY) ## git hooks (clean, export, lint) and the merge driver for notebooks
 	git config core.hooksPath .githooks

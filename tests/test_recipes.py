@@ -1,10 +1,12 @@
 """Data sets that are derived: the recipe makes, from archives of the authors' form, the very bytes of the registry."""
 import importlib.util
+import io
 import json
 import zipfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from amortlit.core import data
 
@@ -44,3 +46,18 @@ def test_mmlu_pro_responses_is_made_byte_by_byte(tmp_path):
 def test_every_derived_set_has_its_recipe():
     derived = {name for name, entry in data.registry().items() if "url" not in entry}
     assert derived == {p.stem for p in RECIPES.glob("*.py")}
+
+
+def test_mnist_is_made_byte_by_byte(tmp_path):
+    mirror = data.find("mnist")
+    if not mirror: pytest.skip("the set is not here")
+    found = data.load("mnist")["mnist"]
+    with zipfile.ZipFile(tmp_path / "pngs.zip", "w") as z:
+        for part in ("train", "test"):
+            for k, (image, label) in enumerate(zip(found[f"x_{part}"], found[f"y_{part}"], strict=True)):
+                buffer = io.BytesIO()
+                Image.fromarray(image).save(buffer, "PNG", compress_level=1)
+                z.writestr(f"mnist-pngs/{part}/{label}/{k}.png", buffer.getvalue())
+    made = recipe("mnist")
+    assert made.checked(made.build(tmp_path / "pngs.zip")) == mirror["mnist"].read_bytes()
+    with pytest.raises(ValueError, match="nothing was written"): made.checked(b"")

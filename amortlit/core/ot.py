@@ -14,16 +14,20 @@ from torch import Tensor
 
 from .checks import finite, require
 
-# %% ../../nbs/core/ot.ipynb #b55b734c
+# %% ../../nbs/core/ot.ipynb #ae928a72
 def _sqeuclidean(x, y):
     cross = x @ y.transpose(-2, -1)
     return ((x**2).sum(-1)[..., :, None] - 2 * cross + (y**2).sum(-1)[..., None, :]).clamp_min(0)
 
+def _euclidean(x, y):
+    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+
 def _arccos(x, y):
     unit_x, unit_y = torch.nn.functional.normalize(x, dim=-1), torch.nn.functional.normalize(y, dim=-1)
-    return torch.acos((unit_x @ unit_y.transpose(-2, -1)).clamp(-1, 1))
+    edge = 1 - 4 * torch.finfo(x.dtype).eps
+    return torch.acos((unit_x @ unit_y.transpose(-2, -1)).clamp(-edge, edge))
 
-_COSTS = {"sqeuclidean": _sqeuclidean, "euclidean": torch.cdist, "arccos": _arccos}
+_COSTS = {"sqeuclidean": _sqeuclidean, "euclidean": _euclidean, "arccos": _arccos}
 
 def pairwise_cost(
     x: Tensor,                             # (..., n, d)

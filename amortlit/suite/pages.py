@@ -31,7 +31,7 @@ def text_of(
     text = output.get("data", {}).get(kind, "")
     return text if isinstance(text, str) else "".join(text)
 
-# %% ../../nbs/suite/pages.ipynb #88d74b25
+# %% ../../nbs/suite/pages.ipynb #9720eda5
 _BOOKKEEPING = re.compile(r"^#\|\s*(default_exp|hide)\b|nbdev_export\(\)", re.M)
 _SILENT = re.compile(r"^#\|\s*echo:\s*false", re.M)
 
@@ -46,9 +46,9 @@ def _undirected(cell):
 def spoken(
     cell: dict,  # a code cell
 ) -> list[dict]:
-    "The Markdown that a cell shows, as cells of prose."
-    shown = [text_of(o, "text/markdown") for o in cell.get("outputs", [])]
-    return [markdown(text) for text in shown if text]
+    "The Markdown and HTML that a cell shows, as cells of prose."
+    shown = [(text_of(o, "text/html"), text_of(o, "text/markdown")) for o in cell.get("outputs", [])]
+    return [html(page) if page else markdown(prose) for page, prose in shown if page or prose]
 
 # %% ../../nbs/suite/pages.ipynb #7c302e94
 def _picture(output, figures, folder, fragment):
@@ -92,7 +92,7 @@ def _linked(text, folder, repository):
         return match[0] if parts[:1] == ["nbs"] else f"]({repository}/blob/main/{'/'.join(parts)})"
     return re.sub(r"\]\((?!https?:|#|mailto:)([^)\s]+)\)", moved, text)
 
-# %% ../../nbs/suite/pages.ipynb #f76a1ee3
+# %% ../../nbs/suite/pages.ipynb #29163c42
 def prepared(
     cells: list[dict],  # of a notebook, sources as strings
     *,
@@ -103,7 +103,7 @@ def prepared(
     fragment=None,      # renders a fragment of the theme: (name, **values) -> HTML
 ) -> list[dict]:
     "The cells as a renderer should get them."
-    seen = [c for cell in cells for c in (_undirected(cell) if cell["cell_type"] == "code" else [cell])]
-    shown = [_pictured(c, figures, pictures, fragment) if c["cell_type"] == "code" else c for c in seen]
-    linked = [{**c, "source": _linked(c["source"], folder, repository)} if c["cell_type"] == "markdown" else c for c in shown]
+    shown = [_pictured(c, figures, pictures, fragment) if c["cell_type"] == "code" else c for c in cells]
+    seen = [c for cell in shown for c in (_undirected(cell) if cell["cell_type"] == "code" else [cell])]
+    linked = [{**c, "source": _linked(c["source"], folder, repository)} if c["cell_type"] == "markdown" else c for c in seen]
     return folded(linked)
