@@ -479,3 +479,15 @@ def test_imports_stay_light():
 def test_paths_are_cut_at_whole_components(tmp_path):
     home = Path.home()
     assert clean_text(f"{home}/x {tmp_path}/a {tmp_path}b", tmp_path) .startswith("~/x a ")
+
+
+def test_a_set_that_is_named_and_not_loaded_does_not_make_a_page_stale(project, tmp_path, monkeypatch):
+    from amortlit.suite.status import digest_today
+    monkeypatch.setenv("AMORTLIT_DATA", "")
+    monkeypatch.setenv("AMORTLIT_CACHE", str(tmp_path / "cache"))
+    project.write("data/registry.toml", '[digits]\nmegabytes = 1\nlicence = "CC0"\nsource = "nowhere"\n[digits.files]\n"digits.csv" = "ab"\n')
+    page = project.page("names", "from amortlit.core.data import load\nif scale == 'gpu': load('digits')")
+    (outcome,) = run([page], root=project.root, scale="cpu", jobs=1)
+    assert outcome.ok, outcome.message
+    record = project.record("names", "cpu")
+    assert record["data"] == [{"name": "digits", "sha256": "missing"}] and digest_today(record | {"parameters": dict(scale="cpu", seed=0, overrides={})}, page, project.root) == record["digest"]

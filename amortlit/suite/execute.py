@@ -6,7 +6,7 @@
 __all__ = ['LIMITS', 'lock_of', 'discard', 'recover', 'put_in_place', 'Outcome', 'failed_folder', 'execute', 'read_json',
            'up_to_date']
 
-# %% ../../nbs/suite/execute.ipynb #8b09ab3c
+# %% ../../nbs/suite/execute.ipynb #b42ae8db
 import hashlib
 import json
 import os
@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 from ..core.checks import require
 from ..core.record import dependency_versions
+from .digest import data_digests
 from .request import Job, gpu_slot, held, request
 from .watch import Watch, at, broken_limit, end, kill_strays, killed_for_memory
 from .worker import clean_text, write_whole
@@ -95,7 +96,7 @@ def _start(job, temporary, runtime, digest, cores, gpu):
     with open(temporary / "log.txt", "wb") as log:
         return subprocess.Popen(command, env=_environment(job, temporary, runtime, digest, cores, gpu), cwd=temporary, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
 
-# %% ../../nbs/suite/execute.ipynb #22fe0a95
+# %% ../../nbs/suite/execute.ipynb #5ea1cb74
 class Outcome(NamedTuple):
     "How an execution ended."
     name: str            # chapter.slug
@@ -126,9 +127,10 @@ def _status(code):
     return f"signal {signal.Signals(-code).name}" if code and code < 0 else f"exit status {code}"
 
 def _finish_result(job, watch, temporary, digest, seconds):
-    "The record's last facts; a notebook or module edited meanwhile makes the result stale from the start."
+    "The record's last facts: all data that the code names, loaded or not, for the digest knows them all; a notebook or module edited meanwhile makes the result stale from the start."
     record = json.loads((temporary / "record.json").read_text())
     now = job.digest()
+    record["data"] = [dict(name=name, sha256=sha) for name, sha in data_digests(job.notebook, job.root, job.parameters["scale"]).items()] or record["data"]
     record |= dict(wall_seconds=round(seconds, 2), peak_rss_mb=round(max(watch.peak_mb, record["peak_rss_mb"] or 0), 1), versions=dependency_versions())
     record["digest"] = digest if now == digest else hashlib.sha256(f"{digest} {now}".encode()).hexdigest()
     write_whole(temporary / "record.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
