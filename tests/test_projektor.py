@@ -200,7 +200,7 @@ def test_gradient_is_the_chain_rule(form, m, seed):
 @quick
 @given(n0=st.integers(1, 500), more=st.integers(1, 500), n=st.integers(1, 10**6), a=st.floats(-10, 10), b=st.floats(-10, 10))
 def test_projection_is_exact_for_a_line(n0, more, n, a, b):
-    line = lambda n: torch.tensor([a + b * math.log(n), 2 * a]).double()
+    line = lambda n: torch.tensor([a + b * math.log(n), 2 * a], dtype=torch.float64)
     n1 = n0 + more
     assert torch.allclose(project_scale(line(n0), line(n1), n0, n1, n), line(n), rtol=1e-5, atol=1e-5)
     assert torch.allclose(project_scale(line(n0), line(n1), n0, n1, n0), line(n0)) and torch.allclose(project_scale(line(n0), line(n1), n0, n1, n1), line(n1))
