@@ -50,13 +50,13 @@ def spoken(
     shown = [(text_of(o, "text/html"), text_of(o, "text/markdown")) for o in cell.get("outputs", [])]
     return [html(page) if page else markdown(prose) for page, prose in shown if page or prose]
 
-# %% ../../nbs/suite/pages.ipynb #7c302e94
+# %% ../../nbs/suite/pages.ipynb #d3cd08b7
 def _picture(output, figures, folder, fragment):
     "A picture's output as HTML: the published file where its words are those of a published figure."
     alt = output.get("metadata", {}).get("image/png", {}).get("alt", "")
     known = next((f for f in figures if f["alt"] == alt), None)
     source = f"{folder}/{known['file']}" if known else "data:image/png;base64," + text_of(output, "image/png").replace("\n", "")
-    words = fragment("figure.html", source=source, alt=alt or "A picture without a description.", caption=known["caption"] if known else "", data=f"{folder}/{known['data']}" if known else "")
+    words = fragment("figure.html", source=source, alt=alt, caption=known["caption"] if known else "", data=f"{folder}/{known['data']}" if known else "")
     return {"output_type": "display_data", "metadata": {}, "data": {"text/html": words}}
 
 def _pictured(cell, figures, folder, fragment):

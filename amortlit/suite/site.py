@@ -229,7 +229,7 @@ def paper_page(
     foot = html(site.fragment("foot.html", before=before, after=after, root="../"))
     return Page(f"{e.paper.chapter}/{e.paper.slug}", e.name, e.line, e.chapter, [*body, markdown("## What it exports"), *reference(found), *run, cite, foot])
 
-# %% ../../nbs/suite/site.ipynb #8b7b8aed
+# %% ../../nbs/suite/site.ipynb #03f0ca72
 _GATHERS = re.compile(r"status\.(gallery|scoreboard)\(")
 
 def _index(site, path, entries, prefix):
@@ -246,7 +246,7 @@ def chapter_pages(
     site: Site,
     chapter: str,
 ) -> list[Page]:
-    "A chapter's index and its papers, in reading order; nothing for a chapter without an index or papers."
+    "A chapter's index, where there is one, and its written papers, in reading order."
     entries = [e for p in catalog.reading_order(chapter, site.root) for e in site.entries if e.paper == p]
     written = [e for e in entries if e.state != "to come"]
     index = site.root / "nbs" / chapter / "index.ipynb"
@@ -281,7 +281,7 @@ def _floor_page(site, path):
     found = reference(exports(module.read_text())) if module.is_file() else []
     return Page(f"core/{path.stem}", title, line, "The floor", [*cells, markdown("## What it exports"), *found, html(site.fragment("foot.html", root="../"))])
 
-# %% ../../nbs/suite/site.ipynb #ca58eafd
+# %% ../../nbs/suite/site.ipynb #1f44e89f
 def _plot(site):
     "A picture of measured against reported numbers, and its words; None where no claim has both."
     both = [(e, c) for e, c in site.claims if c["n"] and c["paper"] is not None]
@@ -290,18 +290,20 @@ def _plot(site):
     matplotlib.use("agg")
     from amortlit.core.plots import EXACT, panels
     fig, axes = panels(1, width=5.2, height=3.8)
+    reach = lambda c, end: 0.0 if c[end] is None else abs(c[end] - c["estimate"])
     numbers = [v for _, c in both for v in (c["paper"], c["estimate"])]
     low, high = min(numbers), max(numbers)
     if low > 0: axes[0].set(xscale="log", yscale="log")
     axes[0].axline((low, low), (high, high) if high > low else (low + 1, low + 1), color=EXACT, lw=0.8)
     for k, verdict in enumerate(v for v, _ in count([c for _, c in both])):
         chosen = [c for _, c in both if c["verdict"] == verdict]
-        error = [[max(c["estimate"] - (c["estimate"] if c[end] is None else c[end]), 0) if end == "low" else max((c["estimate"] if c[end] is None else c[end]) - c["estimate"], 0) for c in chosen] for end in ("low", "high")]
+        error = [[reach(c, end) for c in chosen] for end in ("low", "high")]
         axes[0].errorbar([c["paper"] for c in chosen], [c["estimate"] for c in chosen], error, fmt="osD^v"[k], ms=5, label=verdict)
     axes[0].set(xlabel="the paper's number", ylabel="measured here, 95 % interval")
     axes[0].legend(loc="best")
     (site.tree / "figures").mkdir(parents=True, exist_ok=True)
     fig.savefig(site.tree / "figures" / "scoreboard.png", dpi=150)
+    matplotlib.pyplot.close(fig)
     alt = f"Scatter of {len(both)} claims: the number measured here with its 95 percent interval against the paper's number for the same quantity, one marker shape a verdict, with the diagonal of equal numbers."
     return dict(file="figures/scoreboard.png", alt=alt, caption=f"The {len(both)} claims whose quantity the paper reports itself: measured against reported. On the line, both agree.")
 
