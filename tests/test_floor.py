@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from amortlit.core import bench, claims, data, densities, mcmc, metrics, nets, ot, plots, record, show, stats, weights
+from amortlit.core import bench, claims, data, densities, mcmc, metrics, nets, online, ot, plots, record, show, stats, weights
 from amortlit.core.study import Study
 
 quick = settings(max_examples=30, deadline=None)
@@ -294,3 +294,50 @@ def test_systematic_resampling_rounds_up_or_down(n, seed):
     expected = n * logw.double().softmax(-1)
     assert index.shape == (2, n) and (counts >= (expected - 1e-9).floor()).all() and (counts <= (expected + 1e-9).ceil()).all()
     assert ((weights.ess(logw) <= 1 + 1e-6) & (weights.ess(logw) >= 1 / n - 1e-6)).all()
+
+
+# online ------------------------------------------------------------------------------------------------------------
+
+@quick
+@given(arrays(float, st.tuples(st.integers(1, 4), st.integers(1, 9)), elements=st.floats(0, 1)), st.floats(0, 1e9), st.integers(0, 100))
+def test_inverse_gap_weights_are_probabilities_on_the_mask(loss, gamma, seed):
+    loss = torch.tensor(loss)
+    mask = torch.rand(loss.shape, generator=stream(seed)) < 0.6
+    mask[:, 0] |= ~mask.any(-1)
+    p = online.inverse_gap_weights(loss, gamma, mask)
+    best = torch.where(mask, loss, math.inf).argmin(-1)
+    assert torch.allclose(p.sum(-1), torch.ones(len(loss), dtype=torch.float64)) and (p[~mask] == 0).all()
+    assert (p.gather(-1, best[:, None])[:, 0] >= p.amax(-1) - 1e-12).all() and (p[mask] > 0).all()
+
+
+@quick
+@given(arrays(float, st.tuples(st.integers(1, 4), st.integers(1, 9)), elements=st.floats(-1e4, 1e4)), st.floats(1e-3, 1e3), st.floats(-100, 100))
+def test_tsallis_weights_ignore_a_common_shift_and_prefer_small_losses(loss, eta, shift):
+    p, moved = (online.tsallis_inf_weights(torch.tensor(loss + s), eta) for s in (0.0, shift))
+    assert torch.allclose(p, moved, atol=1e-6) and (p.sum(-1) - 1).abs().max() < 1e-12
+    loss = torch.tensor(loss)
+    assert torch.allclose(loss.gather(-1, p.argmax(-1, keepdim=True)), loss.amin(-1, keepdim=True), atol=1e-9)
+
+
+@quick
+@given(arrays(float, st.tuples(st.integers(1, 4), st.integers(1, 9)), elements=st.floats(-1e3, 1e3)), st.floats(0.1, 10))
+def test_projections_stay_where_they_are(x, radius):
+    x = torch.tensor(x)
+    simplex, ball = online.project_simplex(x), online.project_ball(x, radius)
+    assert torch.allclose(simplex.sum(-1), torch.ones(len(x), dtype=torch.float64), atol=1e-9) and (simplex >= 0).all()
+    assert torch.allclose(online.project_simplex(simplex), simplex, atol=1e-9) and (ball.norm(dim=-1) <= radius * (1 + 1e-12)).all()
+
+
+def test_weights_keep_single_precision_and_draws_repeat():
+    loss = torch.rand(3, 5, generator=stream())
+    assert {f.dtype for f in (online.inverse_gap_weights(loss, 3.0), online.tsallis_inf_weights(loss, 0.5), online.exp_weights(loss), online.project_simplex(loss))} == {torch.float32}
+    assert torch.equal(online.sample_rows(loss, stream(1)), online.sample_rows(loss, stream(1)))
+    assert torch.equal(online.binomial_mean(loss, 1e7, stream(1)), online.binomial_mean(loss, 1e7, stream(1)))
+
+
+def test_the_design_agrees_with_a_convex_solver():
+    arms = torch.randn(40, 3, generator=stream(), dtype=torch.float64)
+    information = lambda pi: torch.linalg.slogdet(arms.T @ (pi[:, None] * arms))[1]
+    from scipy.optimize import minimize
+    solved = minimize(lambda z: -float(information(torch.tensor(z).softmax(0))), np.zeros(40), method="BFGS", options=dict(maxiter=2000))
+    assert abs(float(information(online.g_optimal_design(arms, tol=1e-6))) + solved.fun) < 1e-3

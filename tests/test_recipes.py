@@ -112,3 +112,11 @@ def test_inference_scaling_humaneval_is_made_byte_by_byte():
     said = lambda rows: "".join(f"For pass_base={-r.cost_benefit_ratio}: Maximum reward of {r.max_reward:.3f} achieved at K = {r.optimal_K}\n" for r in rows.itertuples())
     curves = notebook(*(cell(f'import x\nMODEL = "{theirs[name]}-instruct_temp_0.8"\n', said(rows)) for name, rows in found["optimal_attempts"].groupby("model", sort=False)))
     assert made.build(scatter, curves) == content(mirror)
+
+
+def test_bandit_uci_takes_each_file_from_its_repository():
+    mirror = data.find("bandit_uci")
+    if not mirror: pytest.skip("the set is not here")
+    made = recipe("bandit_uci")
+    local = {address: next(p for p in mirror.values() if p.name == name) for name, address in made.ADDRESSES.items()}
+    assert made.build(local.__getitem__) == content(mirror)
