@@ -62,7 +62,7 @@ def tsallis_inf_weights(
     p = (scaled + y) ** -2
     return p / p.sum(-1, keepdim=True)
 
-# %% ../../nbs/core/online.ipynb #63d91b27
+# %% ../../nbs/core/online.ipynb #f68bbeb5
 def sample_rows(
     probs: Tensor,  # (..., K) non-negative, not all zero in a row
     generator: torch.Generator | None = None,
@@ -73,8 +73,8 @@ def sample_rows(
     total = cumulated[..., -1:]
     require(bool(((total > 0) & (total < math.inf)).all()), "every row needs a finite, positive sum")
     u = torch.rand(total.shape, generator=generator, dtype=torch.float64, device=probs.device)
-    last = (probs.shape[-1] - 1 - (probs.flip(-1) > 0).double().argmax(-1, keepdim=True))
-    return torch.minimum((cumulated <= u * total).sum(-1, keepdim=True), last).squeeze(-1)
+    below = total.nextafter(torch.zeros_like(total))
+    return (cumulated <= torch.minimum(u * total, below)).sum(-1)
 
 # %% ../../nbs/core/online.ipynb #1d8ea3ad
 def project_ball(
@@ -99,7 +99,7 @@ def project_simplex(
     kept = (ordered > level).sum(-1, keepdim=True)
     return (x - level.gather(-1, kept - 1)).clamp_min(0)
 
-# %% ../../nbs/core/online.ipynb #3f4d2750
+# %% ../../nbs/core/online.ipynb #b5ab8066
 def laplace(
     shape,                   # of the result
     scale: float | Tensor,   # > 0; the variance is 2 scale^2
@@ -118,13 +118,13 @@ def binomial_mean(
 ) -> Tensor:                  # float64, in [0, 1]
     "Mean of n Bernoulli(p) rewards: exact for n <= 1e6, beyond that normal and cut to [0, 1]; ValueError for p outside [0, 1] or n < 1."
     p = torch.as_tensor(p, dtype=torch.float64)
-    p, n = torch.broadcast_tensors(p, torch.as_tensor(n, dtype=torch.float64, device=p.device))
+    n = torch.as_tensor(n, dtype=torch.float64, device=p.device)
     require(bool(((p >= 0) & (p <= 1)).all()), "p must lie in [0, 1]")
     require(bool((n >= 1).all()) and bool(n.isfinite().all()), "n must be at least 1 and finite")
-    small, pulls = n <= 1e6, n.round()
-    exact = torch.binomial(torch.where(small, pulls, 0.0), p.contiguous(), generator=generator) / pulls if small.any() else torch.zeros_like(p)
+    small, pulls, shape = n <= 1e6, n.round(), torch.broadcast_shapes(p.shape, n.shape)
+    exact = torch.binomial(torch.where(small, pulls, 0.0).expand(shape), p.expand(shape), generator=generator) / pulls if small.any() else p.new_zeros(shape)
     if small.all(): return exact
-    normal = p + (p * (1 - p) / n).sqrt() * torch.randn(p.shape, generator=generator, dtype=p.dtype, device=p.device)
+    normal = p + (p * (1 - p) / n).sqrt() * torch.randn(shape, generator=generator, dtype=p.dtype, device=p.device)
     return torch.where(small, exact, normal.clamp(0, 1))
 
 # %% ../../nbs/core/online.ipynb #0bb234d8
