@@ -1,8 +1,10 @@
 """The engine against everything that goes wrong: for real, with tiny notebooks, processes and signals."""
+import contextlib
 import hashlib
 import io
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -403,6 +405,35 @@ def test_one_worker_or_kernel_is_killed(project, stopped, role):
     errors = process.communicate(timeout=60)[1]
     assert process.returncode == 1 and "FAILED  toys.b_waits: " in errors and "SIGKILL" in errors and "ok  toys.c_waits" in errors
     assert finish(project, log, flag) == ["b"]
+
+
+def test_a_hundred_notebooks_survive_five_kills(project, tmp_path):
+    "Random workers and kernels, then the scheduler, five times: none is lost, none that had finished runs again, no result is half."
+    pages, log, chance = [f"p{k:03d}" for k in range(100)], tmp_path / "log", random.Random(0)
+    for slug in pages: project.page(slug, LOG_RUN.format(log=log, slug=slug), "import time; time.sleep(0.2)")
+    finished = lambda: {slug for slug in pages if (project.result(slug) / "record.json").is_file()}
+    done, killed, executed = set(), 0, 0
+    for goal in (10, 25, 40, 55, 70):
+        log.write_text("")
+        process = subprocess.Popen([sys.executable, "-c", START, str(project.root)], cwd=REPOSITORY, stderr=subprocess.DEVNULL)
+        eventually(lambda goal=goal: len(finished()) >= goal, 120)
+        workers = working_for(project.root)
+        for victim in chance.sample(workers, min(2, len(workers))):
+            with contextlib.suppress(psutil.NoSuchProcess): victim.kill()
+            killed += 1
+        time.sleep(0.3 * chance.random())
+        process.kill()
+        process.wait()
+        eventually(lambda: not working_for(project.root), 10)
+        begun = log.read_text().split()
+        assert not done & set(begun) and len(begun) == len(set(begun)), "a notebook that had finished was executed again"
+        done, executed = finished(), executed + len(begun)
+    log.write_text("")
+    outcomes, _ = go(project, *sorted(project.root.glob("nbs/*/*.ipynb")), jobs=2)
+    last = log.read_text().split()
+    print(f"{len(pages)} notebooks; killed: 5 schedulers, {killed} workers or kernels; executions begun: {executed + len(last)}; results: {len(finished())}")
+    assert all(o.ok for o in outcomes) and finished() == set(pages) and sorted(last) == sorted(set(pages) - done)
+    assert all(project.record(slug)["paper"] == f"toys.{slug}" for slug in pages)
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

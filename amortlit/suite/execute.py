@@ -6,10 +6,11 @@
 __all__ = ['LIMITS', 'lock_of', 'discard', 'recover', 'put_in_place', 'Outcome', 'failed_folder', 'execute', 'read_json',
            'up_to_date']
 
-# %% ../../nbs/suite/execute.ipynb #b42ae8db
+# %% ../../nbs/suite/execute.ipynb #e172a8a9
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -65,10 +66,13 @@ def put_in_place(
     os.replace(temporary, folder)
     shutil.rmtree(old, ignore_errors=True)
 
-# %% ../../nbs/suite/execute.ipynb #f417f21a
-def _runtime_folder():
+# %% ../../nbs/suite/execute.ipynb #b4c1f219
+def _runtime_folder(temporary):
+    "A private folder, named in the run's own before it is made: whoever clears that away finds this one."
     base = tempfile.gettempdir()
-    folder = Path(tempfile.mkdtemp(prefix="amortlit-", dir=base if len(base) < 60 else "/tmp"))
+    folder = Path(base if len(base) < 60 else "/tmp") / f"amortlit-{secrets.token_hex(6)}"
+    (temporary / ".runtime").write_text(str(folder))
+    folder.mkdir(mode=0o700)
     spec = folder / "data" / "kernels" / "amortlit"
     spec.mkdir(parents=True)
     command = [sys.executable, "-P", "-m", "amortlit.suite.worker", "kernel", "-f", "{connection_file}", "--HistoryManager.enabled=False"]
@@ -87,7 +91,6 @@ def _environment(job, temporary, runtime, digest, cores, gpu):
 def _start(job, temporary, runtime, digest, cores, gpu):
     slug = job.name.split(".")[1]
     shutil.copyfile(job.notebook, runtime / "input.ipynb")
-    (temporary / ".runtime").write_text(str(runtime))
     task = dict(input=runtime / "input.ipynb", output=temporary / f"{slug}.ipynb", folder=temporary, runtime=runtime, events=runtime / "events", root=job.root)
     facts = dict(paper=job.name, scale=job.parameters["scale"], seed=job.parameters["seed"], digest=digest, parameters=job.parameters, parent=os.getpid())
     (runtime / "job.json").write_text(json.dumps({key: str(value) for key, value in task.items()} | facts))
@@ -158,12 +161,12 @@ def failed_folder(folder: Path) -> Path:
     "Where a failure is kept, beside the result's folder."
     return folder.with_name(f"{folder.name}.failed")
 
-# %% ../../nbs/suite/execute.ipynb #f3a443b0
+# %% ../../nbs/suite/execute.ipynb #35a72709
 def _attempt(job, gpu, cores, limits, on_event, stop):
     digest, kills = job.digest(), killed_for_memory()
     temporary = Path(tempfile.mkdtemp(prefix=f".{job.folder.name}.{os.getpid()}-", dir=job.folder.parent))
     temporary.chmod(0o755)
-    runtime = _runtime_folder()
+    runtime = _runtime_folder(temporary)
     process = None
     try:
         process = _start(job, temporary, runtime, digest, cores, gpu)
@@ -172,6 +175,7 @@ def _attempt(job, gpu, cores, limits, on_event, stop):
         end(process, temporary, patience=0)
         watch.look()
         verdict, seconds = _verdict(watch, broken, runtime, kills), time.time() - watch.began
+        shutil.rmtree(runtime, ignore_errors=True)
         (temporary / ".runtime").unlink()
         write_whole(temporary / "log.txt", clean_text((temporary / "log.txt").read_text(errors="replace"), job.root, temporary))
         facts = job, watch, temporary, digest, seconds
