@@ -6,7 +6,7 @@
 __all__ = ['LIMITS', 'lock_of', 'discard', 'recover', 'put_in_place', 'Outcome', 'failed_folder', 'execute', 'read_json',
            'up_to_date']
 
-# %% ../../nbs/suite/execute.ipynb #e172a8a9
+# %% ../../nbs/suite/execute.ipynb #9e3ad10a
 import hashlib
 import json
 import os
@@ -26,6 +26,7 @@ from ..core.checks import require
 from ..core.record import dependency_versions
 from .digest import data_digests
 from .request import Job, gpu_slot, held, request
+from .warm import Warm, environment
 from .watch import Watch, at, broken_limit, end, kill_strays, killed_for_memory
 from .worker import clean_text, write_whole
 
@@ -66,7 +67,7 @@ def put_in_place(
     os.replace(temporary, folder)
     shutil.rmtree(old, ignore_errors=True)
 
-# %% ../../nbs/suite/execute.ipynb #b4c1f219
+# %% ../../nbs/suite/execute.ipynb #89b0f324
 def _runtime_folder(temporary):
     "A private folder, named in the run's own before it is made: whoever clears that away finds this one."
     base = tempfile.gettempdir()
@@ -80,15 +81,13 @@ def _runtime_folder(temporary):
     return folder
 
 def _environment(job, temporary, runtime, digest, cores, gpu):
-    mine = {key: value for key, value in os.environ.items() if not key.startswith(("JUPYTER", "JPY_", "PYTHONSTARTUP"))}
-    path = os.pathsep.join(filter(None, [str(job.root), mine.get("PYTHONPATH")]))
-    threads = {f"{library}_NUM_THREADS": str(cores) for library in ("OMP", "MKL", "OPENBLAS", "NUMEXPR")}
+    path = os.pathsep.join(filter(None, [str(job.root), os.environ.get("PYTHONPATH")]))
     jupyter = dict(JUPYTER_RUNTIME_DIR=runtime, JUPYTER_DATA_DIR=runtime / "data", JUPYTER_CONFIG_DIR=runtime / "config", IPYTHONDIR=runtime / "ipython")
     ours = dict(AMORTLIT_ROOT=job.root, AMORTLIT_RUN_DIR=temporary, AMORTLIT_DIGEST=digest, AMORTLIT_OFFLINE="1", AMORTLIT_QUIET="1")
-    python = dict(PYTHONPATH=path, PYTHONHASHSEED="0", PYTHONUNBUFFERED="1", PYDEVD_DISABLE_FILE_VALIDATION="1", MPLBACKEND="module://matplotlib_inline.backend_inline")
-    return mine | threads | {key: str(value) for key, value in (jupyter | ours | python).items()} | dict(CUDA_VISIBLE_DEVICES=gpu)
+    return environment(cores) | {key: str(value) for key, value in (jupyter | ours).items()} | dict(PYTHONPATH=path, CUDA_VISIBLE_DEVICES=gpu)
 
-def _start(job, temporary, runtime, digest, cores, gpu):
+def _start(job, temporary, runtime, digest, cores, gpu, warm, stop):
+    "The worker: forked from the warm parent if there is one, else a fresh process."
     slug = job.name.split(".")[1]
     shutil.copyfile(job.notebook, runtime / "input.ipynb")
     task = dict(input=runtime / "input.ipynb", output=temporary / f"{slug}.ipynb", folder=temporary, runtime=runtime, events=runtime / "events", root=job.root)
@@ -96,8 +95,10 @@ def _start(job, temporary, runtime, digest, cores, gpu):
     (runtime / "job.json").write_text(json.dumps({key: str(value) for key, value in task.items()} | facts))
     (runtime / "events").touch()
     command = [sys.executable, "-P", "-m", "amortlit.suite.worker", "notebook", str(runtime / "job.json")]
+    env = _environment(job, temporary, runtime, digest, cores, gpu)
+    if warm and (forked := warm.start(command, env, temporary, stop)): return forked
     with open(temporary / "log.txt", "wb") as log:
-        return subprocess.Popen(command, env=_environment(job, temporary, runtime, digest, cores, gpu), cwd=temporary, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        return subprocess.Popen(command, env=env, cwd=temporary, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
 
 # %% ../../nbs/suite/execute.ipynb #5ea1cb74
 class Outcome(NamedTuple):
@@ -161,15 +162,15 @@ def failed_folder(folder: Path) -> Path:
     "Where a failure is kept, beside the result's folder."
     return folder.with_name(f"{folder.name}.failed")
 
-# %% ../../nbs/suite/execute.ipynb #35a72709
-def _attempt(job, gpu, cores, limits, on_event, stop):
+# %% ../../nbs/suite/execute.ipynb #be3d0fa2
+def _attempt(job, gpu, cores, limits, on_event, stop, warm):
     digest, kills = job.digest(), killed_for_memory()
     temporary = Path(tempfile.mkdtemp(prefix=f".{job.folder.name}.{os.getpid()}-", dir=job.folder.parent))
     temporary.chmod(0o755)
     runtime = _runtime_folder(temporary)
     process = None
     try:
-        process = _start(job, temporary, runtime, digest, cores, gpu)
+        process = _start(job, temporary, runtime, digest, cores, gpu, warm, stop)
         watch = Watch(process, runtime / "events")
         broken = _follow(job, watch, temporary, limits, on_event, stop)
         end(process, temporary, patience=0)
@@ -213,6 +214,7 @@ def execute(
     force: bool = True,                 # execute even if the result is up to date
     grace: float = 20.0,                # seconds to end after the last cell
     stop: Event | None = None,          # set it to end the run: KeyboardInterrupt, and nothing is left
+    warm: Warm | None = None,           # a parent to fork from, instead of a fresh start
 ) -> Outcome:
     "Execute one notebook and put its result, or what is left of it, in place; ValueError for a bad request."
     job = request(notebook, root=root, scale=scale, seed=seed, device=device, overrides=overrides)
@@ -224,7 +226,7 @@ def execute(
         if not force and (result := up_to_date(job)): return result
         with gpu_slot(job, stop) as gpu:
             for _ in range(3):
-                outcome = _attempt(job, gpu, cores, limits, on_event, stop)
+                outcome = _attempt(job, gpu, cores, limits, on_event, stop, warm)
                 if outcome.kind != "start-up": break
     return outcome
 

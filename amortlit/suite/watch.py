@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-# %% ../../nbs/suite/watch.ipynb #d3a04e65
+# %% ../../nbs/suite/watch.ipynb #12084a6c
 class Watch:
     "What is known of a running worker: where it is in the notebook, how long it has been there, how much memory its processes hold."
     def __init__(
@@ -26,12 +26,13 @@ class Watch:
         self.began = self.moved = time.time()
         self.total, self.cell, self.running, self.error, self.seconds = 0, 0, False, None, []
         self.mb, self.peak_mb, self.weighed = 0.0, 0.0, 0.0
+        self.inherited = 0.0 if isinstance(process, subprocess.Popen) else sum(map(_resident_mb, family(process.pid)[:1]))
 
     def look(self):
         "Take in new events; weigh the processes twice a second."
-        with open(self.events, "rb") as file:
-            file.seek(self.read)
-            lines = file.read().rpartition(b"\n")[0]
+        try: news = self.events.read_bytes()[self.read:]
+        except FileNotFoundError: news = b""
+        lines = news.rpartition(b"\n")[0]
         self.read += len(lines) + bool(lines)
         for line in lines.splitlines(): self._event(json.loads(line))
         if time.time() - self.weighed > 0.5: self._weigh()
@@ -45,7 +46,8 @@ class Watch:
             self.seconds.append(event["seconds"])
 
     def _weigh(self):
-        self.weighed, self.mb = time.time(), sum(map(_resident_mb, family(self.process.pid)))
+        each = list(map(_resident_mb, family(self.process.pid)))
+        self.weighed, self.mb = time.time(), sum(max(0.0, mb - self.inherited * (k < 2)) for k, mb in enumerate(each))
         self.peak_mb = max(self.peak_mb, self.mb)
 
     def place(self) -> str:

@@ -22,7 +22,7 @@ from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
 
-# %% ../../nbs/suite/worker.ipynb #5f7df87b
+# %% ../../nbs/suite/worker.ipynb #5293ec7d
 def die_with(
     parent: int,       # process number of the parent
     with_signal: int = signal.SIGKILL,  # what the system sends us when the parent dies
@@ -37,6 +37,7 @@ def die_with(
 
 def _watch_parent(parent, poll):
     while os.getppid() == parent: time.sleep(poll)
+    time.sleep(poll)
     kill_descendants()
     os._exit(1)
 
@@ -182,7 +183,7 @@ def failure(
     kernel = reporter.kernel and reporter.kernel.poll()
     return dict(ok=False, kind=failure_kind(name, trace, reporter.nb is not None), error=one_line(f"{name}: {value}"), traceback=trace, kernel_exit=kernel)
 
-# %% ../../nbs/suite/worker.ipynb #fb18ffbb
+# %% ../../nbs/suite/worker.ipynb #602ef85b
 def complete_record(
     job: dict,           # see run_notebook
     reporter: Reporter,  # how far it came
@@ -219,10 +220,15 @@ def _completed(job, reporter):
 
 def _papermill(job, reporter):
     import papermill
+    if job.get("kernel"): _forked_kernel(*job["kernel"])
     papermill.execute_notebook(
         job["input"], None, job["parameters"], kernel_name="amortlit", language="python", progress_bar=False, start_timeout=120,
         request_save_on_cell_execute=False, record_timing=False, config=_kernel_config(job), kernel_manager_class=_manager(reporter),
         on_notebook_start=reporter.ready, on_cell_start=reporter.started, on_cell_executed=reporter.ended)
+
+def _forked_kernel(pid, socket):
+    from amortlit.suite.warm import provide
+    provide(pid, socket)
 
 def _kernel_config(job):
     "Unix sockets in a private folder: no ports to lose; and all the time it wants to shut down, since the engine watches."
@@ -247,7 +253,7 @@ def _leave(reporter):
         else: reporter.save()
     finally: os._exit(143)
 
-# %% ../../nbs/suite/worker.ipynb #79bbd3a1
+# %% ../../nbs/suite/worker.ipynb #47f78fdb
 def main(
     arguments: list[str],  # "notebook" and a job file, or "kernel" and ipykernel's own arguments
 ):
@@ -255,9 +261,11 @@ def main(
     sys.modules["rfc3987_syntax"] = None
     if arguments[0] == "kernel": return _kernel(arguments[1:])
     job = json.loads(Path(arguments[1]).read_text())
+    if arguments[2:]: job |= dict(parent=os.getppid(), kernel=list(map(int, arguments[2:])))
     die_with(job["parent"], signal.SIGTERM)
     outcome = run_notebook(job)
     write_whole(Path(job["runtime"], "outcome.json"), json.dumps(outcome))
+    _leave_quickly()
 
 def _kernel(arguments):
     die_with(int(os.environ["JPY_PARENT_PID"]))
@@ -276,10 +284,10 @@ def _kernel(arguments):
                 control.stop()
                 control.join()
     App.launch_instance(kernel_class=Kernel)
-    _leave_kernel()
+    _leave_quickly()
 
-def _leave_kernel():
-    "Wait for the notebook's threads and run its exit handlers, then go without taking a hundred modules apart."
+def _leave_quickly():
+    "Wait for all threads and run the exit handlers, then go without taking a hundred modules apart."
     threading._shutdown()
     atexit._run_exitfuncs()
     sys.stdout.flush()
