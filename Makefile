@@ -20,7 +20,7 @@ help: ## this list
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "amortlit needs Python 3.11 or newer; set PYTHON=python3.12, say")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,peers,docs,hub]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,peers,docs,hub,cluster]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps torchcfm==1.0.7  # a peer whose dependencies would bring another torch
 	@touch $@
 

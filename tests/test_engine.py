@@ -28,7 +28,7 @@ LOG_RUN = "open(r'{log}', 'a').write('{slug} ')"
 
 def go(project, *pages, **options):
     out = io.StringIO()
-    outcomes = run(pages, **dict(root=project.root, scale="smoke", out=out) | options)
+    outcomes = run(pages, **dict(root=project.root, scale="smoke", out=out, warm=False) | options)
     return outcomes, out.getvalue()
 
 

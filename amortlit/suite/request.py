@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['gpus', 'Job', 'request', 'held', 'gpu_slot']
 
-# %% ../../nbs/suite/request.ipynb #c47f8236
+# %% ../../nbs/suite/request.ipynb #52ca6654
 import importlib.util
 import os
+import platform
 import time
 from contextlib import contextmanager
 from functools import lru_cache
@@ -21,7 +22,7 @@ from ..core.checks import require
 from ..core.record import SCALES
 from .digest import check_overrides, digest, paper_name
 
-# %% ../../nbs/suite/request.ipynb #5fb015b2
+# %% ../../nbs/suite/request.ipynb #88eb7c30
 @lru_cache
 def gpus() -> tuple[str, ...]:  # what CUDA_VISIBLE_DEVICES may be set to, one entry a GPU
     "The NVIDIA GPUs that a run may use, found without importing torch."
@@ -60,6 +61,7 @@ def request(
     seed: int = 0,    # of all random streams
     device: str = "auto",           # auto, cpu or cuda
     overrides: dict | None = None,  # budget values by name
+    elsewhere: bool = False,        # to be executed on a machine whose GPUs cannot be seen from here
 ) -> Job:
     "Check a request; ValueError names the paper and says what is allowed."
     root = Path(root).resolve()
@@ -67,17 +69,19 @@ def request(
     require(scale in SCALES, f"{name}: unknown scale {scale!r}; there are {', '.join(SCALES)}")
     require(type(seed) is int and seed >= 0, f"{name}: seed must be a non-negative integer, not {seed!r}")
     require(isinstance(overrides, dict) and all(isinstance(key, str) for key in overrides), f"{name}: overrides must be a dict of values by name, not {overrides!r}")
-    device_class = _device_class(name, scale, device)
+    device_class = _device_class(name, scale, device, elsewhere)
     check_overrides(name, notebook, scale, overrides)
     return Job(Path(notebook).resolve(), root, name, dict(scale=scale, seed=seed, device=device, overrides=overrides), device_class)
 
-def _device_class(name, scale, device):
+def _device_class(name, scale, device, elsewhere):
+    "What will be computed on. Elsewhere, auto means a GPU at scale gpu and none at the others: a GPU there has to be asked for."
     require(device in ("auto", "cpu", "cuda"), f"{name}: device must be auto, cpu or cuda, not {device!r}")
+    if elsewhere: return "cuda" if device == "cuda" or (device == "auto" and scale == "gpu") else "cpu"
     require(device != "cuda" or gpus(), f"{name}: device cuda was asked for, but no GPU is available; use device='cpu'")
     require(scale != "gpu" or device == "cpu" or gpus(), f"{name}: scale gpu needs a GPU and none is available; use scale='cpu', or device='cpu' to run it slowly")
     return "cuda" if gpus() and device != "cpu" else "cpu"
 
-# %% ../../nbs/suite/request.ipynb #f98f7e62
+# %% ../../nbs/suite/request.ipynb #0a0be7be
 @contextmanager
 def held(
     lock: Path,  # a file, made where it is missing
@@ -100,7 +104,7 @@ def gpu_slot(
     stop: Event | None = None,  # set by somebody who wants us to give up
 ):
     "One GPU for this run alone, as a value of CUDA_VISIBLE_DEVICES; the empty string for a run without."
-    locks = {gpu: FileLock(job.root / "_runs" / ".gpu" / f"{gpu.replace('/', '_')}.lock") for gpu in gpus() if job.device_class == "cuda"}
+    locks = {gpu: FileLock(job.root / "_runs" / ".gpu" / f"{_host()}-{gpu.replace('/', '_')}.lock") for gpu in gpus() if job.device_class == "cuda"}
     if not locks: yield ""; return
     (job.root / "_runs" / ".gpu").mkdir(parents=True, exist_ok=True)
     while not (gpu := next((gpu for gpu, lock in locks.items() if _acquired(lock)), None)):
@@ -108,6 +112,10 @@ def gpu_slot(
         time.sleep(0.2)
     try: yield gpu
     finally: locks[gpu].release()
+
+def _host():
+    "Whose GPUs these are: of this machine or, where Slurm gave some and may have numbered them anew, of its job."
+    return "-".join(filter(None, [platform.node(), os.environ.get("SLURM_JOB_ID")]))
 
 def _acquired(lock):
     try: return bool(lock.acquire(timeout=0))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Entry', 'count', 'entry', 'seconds', 'Site', 'gallery', 'Page', 'heading', 'reference', 'bibtex', 'paper_page',
-           'chapter_pages', 'front_page', 'floor_pages', 'gathered_pages', 'pages', 'prepare']
+           'chapter_pages', 'front_page', 'guide_pages', 'floor_pages', 'gathered_pages', 'pages', 'prepare']
 
 # %% ../../nbs/suite/site.ipynb #6c927cee
 import json
@@ -229,7 +229,7 @@ def paper_page(
     foot = html(site.fragment("foot.html", before=before, after=after, root="../"))
     return Page(f"{e.paper.chapter}/{e.paper.slug}", e.name, e.line, e.chapter, [*body, markdown("## What it exports"), *reference(found), *run, cite, foot])
 
-# %% ../../nbs/suite/site.ipynb #03f0ca72
+# %% ../../nbs/suite/site.ipynb #064ec5a9
 _GATHERS = re.compile(r"status\.(gallery|scoreboard)\(")
 
 def _index(site, path, entries, prefix):
@@ -268,6 +268,15 @@ def front_page(
     more = markdown(f"[All {counts['all']} papers of the catalog](gallery.ipynb), with those to come.")
     place = next((k for k, c in enumerate(cells) if "al-gallery" in c["source"]), len(cells) - 1)
     return Page("index", title, line, "The suite", [hero, *cells[:place + 1], more, *cells[place + 1:], html(site.fragment("foot.html", root=""))])
+
+def guide_pages(
+    site: Site,
+) -> list[Page]:
+    "Notebooks beside the front page, which lead through something."
+    def page(path):
+        title, line, cells = heading(prepared(catalog.read_notebook(path)["cells"], folder="", repository=site.repository, fragment=site.fragment))
+        return Page(path.stem, title, line, "The suite", [*cells, html(site.fragment("foot.html", root=""))])
+    return [page(path) for path in sorted((site.root / "nbs").glob("*.ipynb")) if path.stem != "index"]
 
 def floor_pages(
     site: Site,
@@ -330,14 +339,14 @@ def _modules(site, part, modules):
     named = lambda cells, module: [{**c, "source": c["source"].replace('id="', f'id="{module}.')} if c["cell_type"] == "raw" else c for c in cells]
     return [cell for module, found in modules.items() for cell in (markdown(f"## `{module}`\n\n[The notebook]({_where(site, part, module)})."), *named(reference(found), module))]
 
-# %% ../../nbs/suite/site.ipynb #a79b0a46
+# %% ../../nbs/suite/site.ipynb #5e6d91cd
 def pages(
     site: Site,
 ) -> list[Page]:
     "Every page of the site, in the order of the navigation."
     from_notebooks = [page for name in site.chapters for page in chapter_pages(site, name)]
     gathered = gathered_pages(site)
-    return [front_page(site), *gathered[:2], *from_notebooks, *floor_pages(site), *gathered[2:]]
+    return [front_page(site), *gathered[:2], *guide_pages(site), *from_notebooks, *floor_pages(site), *gathered[2:]]
 
 def _copy_pictures(site):
     from PIL import Image
