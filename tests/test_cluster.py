@@ -98,7 +98,7 @@ def test_the_workflow_is_killed_and_the_pool_goes_on(project, tmp_path):
     eventually(lambda: len(finished()) >= 2 and working_for(project.root), 60)
     process.kill()
     process.wait()
-    eventually(lambda: not [p for p in snakemakes(project) if "workflow" in p.cmdline()], 3)
+    eventually(lambda: not snakemakes(project, "workflow"), 3)
     eventually(lambda: not snakemakes(project), 20)
     assert len(finished()) < 6
     done, before = finished(), len(begun(log))
@@ -106,12 +106,13 @@ def test_the_workflow_is_killed_and_the_pool_goes_on(project, tmp_path):
     assert all(o.ok for o in outcomes) and finished() == set("abcdef") and not done & set(begun(log)[before:])
 
 
-def snakemakes(project):
-    "Snakemake's own processes for a project, and its jobs."
+def snakemakes(project, *words):
+    "Snakemake's own processes for a project (word: workflow), and its jobs (word: job)."
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if process.status() != psutil.STATUS_ZOMBIE and "amortlit.suite.cluster" in process.cmdline() and str(project.root) in " ".join(process.cmdline()): found.append(process)
+            command = process.cmdline()
+            if process.status() != psutil.STATUS_ZOMBIE and {"amortlit.suite.cluster", *words} <= {*command} and str(project.root) in " ".join(command): found.append(process)
     return found
 
 
@@ -328,7 +329,7 @@ def test_slurm_loses_a_node_and_the_workflow(slurm, site, project, tmp_path):
     eventually(lambda: len(finished()) >= len(at_loss) + 2, 180)
     process.kill()
     process.wait()
-    eventually(lambda: not [p for p in snakemakes(project) if "workflow" in p.cmdline()], 10)
+    eventually(lambda: not snakemakes(project, "workflow"), 10)
     at_kill, before_kill = finished(), len(begun(log))
     slurm.node("n2")
     again = subprocess.run(start, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True, timeout=400)
