@@ -6,7 +6,7 @@
 __all__ = ['CORES', 'MEMORY_MB', 'OVERHEAD_MB', 'RETRIES', 'CURABLE', 'profiles', 'copy_profile', 'chosen', 'Resources',
            'resources', 'differences', 'run_job', 'make_plan', 'workflow', 'main']
 
-# %% ../../nbs/suite/cluster.ipynb #cf9d74db
+# %% ../../nbs/suite/cluster.ipynb #b8a07f8b
 import importlib.resources
 import importlib.util
 import json
@@ -25,8 +25,8 @@ from filelock import FileLock, Timeout
 
 from ..core.checks import require
 from .digest import ingredients
-from .execute import LIMITS, Outcome, discard, execute, failed_folder, read_json
-from .request import Job, request
+from .execute import LIMITS, Outcome, discard, execute, failed_folder, lock_of, read_json
+from .request import Job, held, request
 from .rerun import Board, Interrupted, last_record
 from .worker import die_with, write_whole
 
@@ -86,7 +86,7 @@ def resources(
     seconds = timeout or min(LIMITS[scale], 4 * (last.get("wall_seconds") or LIMITS[scale]))
     return Resources(CORES[scale], math.ceil(memory), int(job.device_class == "cuda"), math.ceil(seconds / 60) + 5)
 
-# %% ../../nbs/suite/cluster.ipynb #df69ab53
+# %% ../../nbs/suite/cluster.ipynb #9c4030db
 CURABLE = ("out of memory", "start-up")
 
 def differences(
@@ -113,18 +113,19 @@ def run_job(
         job = request(notebook, root=root, **facts["parameters"])
         here = json.loads(json.dumps(ingredients(notebook, root=root, parameters=job.parameters, device_class=job.device_class), default=repr))
         require(job.digest() == facts["digest"], f"{name}: this machine would execute something else: {differences(facts['ingredients'], here)}")
-    except ValueError as wrong: return _refused(root, name, facts, str(wrong))
+    except ValueError as wrong: return _refused(root, name, facts, str(wrong), options.get("stop"))
     return execute(notebook, root=root, **job.parameters, cores=cores, mem_mb=mem_mb - plan["overhead_mb"], cell_timeout=plan["cell_timeout"], timeout=plan["timeout"], force=plan["force"], **options)
 
-def _refused(root, name, facts, why):
+def _refused(root, name, facts, why, stop):
     "A failure that is the machine's, kept where failures are kept."
-    place = failed_folder(root / "_runs" / facts["parameters"]["scale"] / Path(*name.split(".")))
-    discard(place)
-    place.mkdir(parents=True)
-    (place / "log.txt").write_text(why + "\n")
-    message = f"{why} (on {platform.node()})"
+    folder = root / "_runs" / facts["parameters"]["scale"] / Path(*name.split("."))
+    place, message = failed_folder(folder), f"{why} (on {platform.node()})"
     failed = dict(kind="refused", cell=None, message=message, log=str((place / "log.txt").relative_to(root)), seconds=0.0, digest=facts["digest"])
-    write_whole(place / "failure.json", json.dumps(failed, indent=1) + "\n")
+    with held(lock_of(folder), stop):
+        discard(place)
+        place.mkdir()
+        (place / "log.txt").write_text(why + "\n")
+        write_whole(place / "failure.json", json.dumps(failed, indent=1) + "\n")
     return Outcome(name, False, "refused", None, message, 0.0, 0.0, 0.0, place, place / "log.txt", facts["digest"])
 
 # %% ../../nbs/suite/cluster.ipynb #cbc51b6b
