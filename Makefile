@@ -4,11 +4,12 @@ PYTHON ?= python3
 PAPERS ?=
 SCALE  ?= cpu
 JOBS   ?= 2
+NETS   ?=
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run status test lab docs reproduce lint export publish peers peers-gfn peers-ott hooks clean
+.PHONY: help setup run status test lab docs reproduce zoo lint export publish peers peers-gfn peers-ott hooks clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -45,6 +46,9 @@ reproduce: $(READY) ## the whole promise: execute every notebook at SCALE, publi
 	@set -f; $(BIN)/amortlit run $(or $(PAPERS),all) --scale $(SCALE) --jobs $(JOBS)
 	@set -f; $(BIN)/amortlit publish $(or $(PAPERS),all) --scale $(SCALE)
 	$(BIN)/amortlit docs
+
+zoo: $(READY) ## train the shared networks that are missing in data/zoo (about two hours without a GPU): NETS="mnist-unet ..."
+	$(BIN)/python -c 'from amortlit.core.zoo import make_zoo; make_zoo("$(NETS)".split())'
 
 lint: $(READY) ## the shape of the pages, and ruff
 	$(BIN)/amortlit lint

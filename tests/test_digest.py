@@ -89,6 +89,18 @@ def test_data_file_changes_the_digest_and_not_at_smoke_scale(project, page, tmp_
     assert of(project, **smoke) == absent_smoke
 
 
+def test_weights_that_ship_are_seen_by_who_may_read_them(project, page):
+    reader = project.page("reader", "from amortlit.core.diffusion import zoo", "zoo('digits-mlp')")
+    before = [of(project, notebook=name) for name in (reader, page)]
+    (project.root / "data/zoo").mkdir(parents=True)
+    (project.root / "data/zoo/digits-mlp-0.safetensors").write_bytes(b"1")
+    there = [of(project, notebook=name) for name in (reader, page)]
+    (project.root / "data/zoo/digits-unet-0.safetensors").write_bytes(b"1")
+    assert of(project, notebook=reader) == there[0]
+    (project.root / "data/zoo/digits-mlp-0.safetensors").write_bytes(b"2")
+    assert len({before[0], there[0], of(project, notebook=reader)}) == 3 and before[1] == there[1] == of(project, notebook=page)
+
+
 def test_versions_are_those_of_the_dependencies(project, page):
     parts = ingredients(page, root=project.root, parameters={"scale": "smoke"}, device_class="cpu")
     assert {"torch", "numpy", "papermill"} <= set(parts["versions"]) and not any("+" in v for v in parts["versions"].values())

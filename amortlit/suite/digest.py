@@ -158,7 +158,13 @@ def data_digests(
     from amortlit.core import data
     return {name: in_project(root, data.digest, name) for name in data_sets(notebook, root)}
 
-# %% ../../nbs/suite/digest.ipynb #ab1ef66b
+# %% ../../nbs/suite/digest.ipynb #5bf452e1
+def _weights(root, cells):
+    "One hash of the files in data/zoo that cells may read."
+    named = lambda file: (name := file.name.rpartition("-")[0]) in cells or name.endswith("-features")
+    return _sha256(repr([(f.name, hashlib.sha256(f.read_bytes()).hexdigest()) for f in sorted((Path(root) / "data" / "zoo").glob("*.safetensors")) if named(f)]))
+
+# %% ../../nbs/suite/digest.ipynb #7ee5c44a
 def ingredients(
     notebook: Path,      # nbs/<chapter>/<slug>.ipynb
     *,
@@ -172,6 +178,7 @@ def ingredients(
     require(device_class in ("cpu", "cuda"), f"device class must be cpu or cuda, not {device_class!r}")
     chosen = {key: value for key, value in parameters.items() if key != "device"}
     modules = {name: _sha256(source) for name, source in imported_modules(notebook, root).items()}
+    if "amortlit.core.zoo" in modules: modules["data/zoo"] = _weights(root, "".join(code_cells(notebook)))
     return dict(
         cells=_sha256(json.dumps(code_cells(notebook))), modules=modules, parameters=chosen, device=device_class,
         data=data_digests(notebook, root, parameters.get("scale")) if data is None else data,
