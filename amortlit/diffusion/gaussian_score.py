@@ -129,7 +129,7 @@ class KernelModel(nn.Module):
         closeness = (flat @ points.T - points.square().sum(1) / 2) / variance
         return ((closeness.softmax(-1) @ points - flat) / variance).view_as(x)
 
-# %% ../../nbs/diffusion/gaussian_score.ipynb #5cd4cd92
+# %% ../../nbs/diffusion/gaussian_score.ipynb #05589350
 class LowRankMixture(nn.Module):
     "A mixture of Gaussians fitted to data, each with `rank` directions of its own; ValueError unless 1 <= k <= N and 1 <= rank < D."
     def __init__(
@@ -180,8 +180,8 @@ def _principal(x, rank):
 def _spectrum(z):
     "Variances and axes (as rows) of centered points, the larger first, by the cheaper of two decompositions."
     if len(z) > z.shape[1]:
-        values, vectors = torch.linalg.eigh(z.T @ z / (len(z) - 1))
-        return values.flip(0).clamp_min(0), vectors.flip(1).T
+        values, vectors = torch.linalg.eigh(z.double().T @ z.double() / (len(z) - 1))
+        return values.flip(0).clamp_min(0).to(z), vectors.flip(1).T.to(z)
     _, s, v = torch.linalg.svd(z, full_matrices=False)
     return s**2 / (len(z) - 1), v
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..core.checks import finite, require
 
-# %% ../../nbs/diffusion/pndm.ipynb #bb4a9d15
+# %% ../../nbs/diffusion/pndm.ipynb #7e487cf1
 def transfer(
     x: Tensor,    # (B, ...) state
     eps: Tensor,  # (B, ...) noise that it is taken to have
@@ -23,16 +23,18 @@ def transfer(
 ) -> Tensor:      # (B, ...)
     "phi, by equation 11: exact for any step if the noise is the true one; ValueError for a share outside (0, 1]."
     a, b = (_share(v, x) for v in (abar_t, abar_s))
-    root_a, root_b, noise_a, noise_b = a.sqrt(), b.sqrt(), (1 - a).sqrt(), (1 - b).sqrt()
-    mixed = root_a * (noise_b * root_a + noise_a * root_b)
-    of_eps = torch.where(mixed > 0, (b - a) / mixed.clamp_min(torch.finfo(torch.float64).tiny), 0.0)
-    of_x = (b - a) / (root_a * (root_a + root_b))
-    return x + of_x.to(x) * x - of_eps.to(x) * eps
+    root_a, root_b = a**0.5, b**0.5
+    mixed = root_a * ((1 - b) ** 0.5 * root_a + (1 - a) ** 0.5 * root_b)
+    of_x, of_eps = (b - a) / (root_a * (root_a + root_b)), (b - a) / (mixed + (mixed == 0))
+    if isinstance(of_x, Tensor): of_x, of_eps = of_x.to(x), of_eps.to(x)
+    return x + of_x * x - of_eps * eps
 
 def _share(value, x):
-    value = torch.as_tensor(value, dtype=torch.float64, device=x.device)
-    require(bool(((value > 0) & (value <= 1)).all()), f"abar must be in (0, 1], but is {value.tolist()}")
-    return value.view(-1, *[1] * (x.ndim - 1)) if value.ndim else value
+    "A number, or float64 with a dimension for each of x's."
+    many = isinstance(value, Tensor) and value.ndim > 0
+    value = value.to(x.device, torch.float64).view(-1, *[1] * (x.ndim - 1)) if many else float(value)
+    require(bool(((value > 0) & (value <= 1)).all()) if many else 0 < value <= 1, f"abar must be in (0, 1], but is {value}")
+    return value
 
 # %% ../../nbs/diffusion/pndm.ipynb #bbd5cd8a
 _BASHFORTH = {1: [1.0], 2: [3 / 2, -1 / 2], 4: [55 / 24, -59 / 24, 37 / 24, -9 / 24]}
