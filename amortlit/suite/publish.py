@@ -18,14 +18,17 @@ from ..core.record import SCALES, read_record
 from . import catalog
 from .status import digest_today
 
-# %% ../../nbs/suite/publish.ipynb #485e43e5
+# %% ../../nbs/suite/publish.ipynb #ef0d6714
 def _clean(outputs):
     "Outputs without execution counts and display bookkeeping; alternative texts stay."
     kept = [{**o} for o in outputs]
     for o in kept:
         if "execution_count" in o: o["execution_count"] = None
         o.pop("transient", None)
-    return kept
+        if o.get("name") == "stderr": o["text"] = re.sub(_NO_WIDGETS, "", "".join(o["text"]))
+    return [o for o in kept if o.get("name") != "stderr" or o["text"]]
+
+_NO_WIDGETS = r"\S*tqdm\S* TqdmWarning: IProgress not found.*\n.*\n?"
 
 def _code(notebook):
     return [c for c in notebook["cells"] if c["cell_type"] == "code" and "injected-parameters" not in c["metadata"].get("tags", [])]
